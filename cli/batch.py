@@ -118,25 +118,36 @@ def _crew(ray: str | None, workers: int, gpus_each: float | None, mirror: str | 
 
 
 def _estimate(tasks: Sequence[Task], tokens_per_second: float | None) -> dict[str, float | None]:
+    """What is left of a batch. Evaluations are counted without their models' tokens, which nobody knows before."""
     from diffing_mcp.methods.contract import PairSize
+    from diffing_mcp.scaling.tasks import EvaluationTask, known_size
 
-    size = PairSize(tokens_per_second=tokens_per_second)
     left = [task for task in tasks if task.products() is None]
-    costs = [task.estimate(size) for task in left]
+    pairs = {task.pair for task in left if not isinstance(task, EvaluationTask)}
+    sizes = {pair: known_size(pair) for pair in pairs}
+    read = [PairSize() if isinstance(task, EvaluationTask) else sizes[task.pair] for task in left]
+    costs = [task.estimate(size) for task, size in zip(left, read, strict=True)]
     return {
         "tasks": len(tasks),
         "left": len(left),
         "tokens_read": sum(cost.tokens for cost in costs),
         "tokens_generated": sum(cost.generated_tokens for cost in costs),
         "bytes": sum(cost.bytes for cost in costs),
+        "pairs_of_unknown_size": sum(size.d_model is None for size in sizes.values()),
         "device_hours": sum(cost.work for cost in costs) / tokens_per_second / 3600 if tokens_per_second else None,
     }
 
 
 def _estimate_text(found: dict[str, float | None]) -> str:
-    hours = found["device_hours"]
+    hours, unknown = found["device_hours"], found["pairs_of_unknown_size"]
     return (
         f"{found['left']:,} of {found['tasks']:,} tasks are left: {found['tokens_read']:,} tokens read and "
         f"{found['tokens_generated']:,} generated, both sides together, {(found['bytes'] or 0) / 1e9:.2f} GB on disk, "
         + (f"{hours:.1f} device hours." if hours is not None else "device hours with --tokens-per-second.")
+        + (
+            f" The files of {unknown:,} pairs are not on this machine: they are counted as small models, and their "
+            "activations not at all on disk."
+            if unknown
+            else ""
+        )
     )

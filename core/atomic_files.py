@@ -51,6 +51,15 @@ def replace_synced(path: Path, content: Any, mode: int | None = None) -> None:
     sync_folder(path.parent)
 
 
+def new_folder(parent: Path, prefix: str) -> Path:
+    """A folder with a name of its own, for whoever may read the one that it is in: those of `tempfile` are for one
+    user alone, and stay so when they are renamed.
+    """
+    folder = parent / f"{prefix}{uuid.uuid4().hex[:8]}"
+    folder.mkdir()
+    return folder
+
+
 def sync_folder(folder: Path) -> None:
     """Wait until the names in a folder are on the disk."""
     with contextlib.suppress(OSError):  # not every file system lets a folder be synced

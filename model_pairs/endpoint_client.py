@@ -10,6 +10,8 @@ import threading
 from collections.abc import Sequence
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from dataclasses import dataclass
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
 from typing import Any, TypeVar
 
 import httpx2
@@ -29,7 +31,12 @@ _PASSING = frozenset([408, 409, 425, 429, 500, 502, 503, 504])
 _TRIES = 4
 _WAIT = 0.5
 """Seconds before the second try; doubled before each further one."""
-_LONGEST_WAIT = 30.0
+_RATE_WAIT = 20
+"""The same for a server that is asked too often (429) and does not say how long to wait, in units of `_WAIT`; as much
+longer before each further try: three waits are a minute, by which rates are counted.
+"""
+_LONGEST_WAIT = 120.0
+"""Seconds; a server that asks for more is not asked again."""
 _LOOK = 0.5
 """Seconds between two looks whether the work was cancelled."""
 
@@ -62,10 +69,15 @@ class EndpointClient:
     def __init__(self, endpoint: Endpoint) -> None:
         """Raises InvalidInput when the variable that holds the key is not set."""
         self._endpoint = endpoint
-        headers, self._key = {}, os.environ.get(endpoint.key_env or "", "")
+        headers, self._key = {}, os.environ.get(endpoint.key_env or "", "").strip()
         if endpoint.key_env is not None:
             if not self._key:
                 raise InvalidInput(f"The environment variable {endpoint.key_env}, which holds the key, is not set.")
+            if not (self._key.isascii() and self._key.isprintable()):
+                raise InvalidInput(
+                    f"The environment variable {endpoint.key_env} holds what cannot be a key: other characters than "
+                    "ASCII, or several lines."
+                )
             headers["Authorization"] = f"Bearer {self._key}"
         heeded = through_proxies(endpoint.url)
         self._http = httpx2.Client(
@@ -118,17 +130,28 @@ class EndpointClient:
             delay = _WAIT * 2**attempt
             try:
                 response = self._http.post(f"{url}/{call.path.lstrip('/')}", json=body)
-            except httpx2.TransportError as error:
+            except httpx2.ReadTimeout:
+                failure = EndpointFailed(
+                    f"{self.shown} did not answer within {settings().endpoint_seconds:g} s, asked {_TRIES} times. "
+                    "Raise DIFFING_ENDPOINT_SECONDS, or lower max_new_tokens or DIFFING_ENDPOINT_REQUESTS."
+                )
+            except httpx2.RequestError as error:
                 failure = EndpointFailed(f"{self.shown} cannot be reached ({type(error).__name__}).")
             else:
                 if response.is_success:
                     return self._read(response, kind)
                 self._log(response, call.path)
-                failure = self._failure(response.status_code, call.path)
-                if response.status_code not in _PASSING:
+                status, asked = response.status_code, _asked_delay(response)
+                failure = self._failure(status, call.path)
+                if status not in _PASSING:
                     raise failure
-                delay = _asked_delay(response) or delay
-            if attempt + 1 == _TRIES or stopped.wait(min(delay, _LONGEST_WAIT)) or self._closed.is_set():
+                if asked is not None and asked > _LONGEST_WAIT:
+                    raise EndpointFailed(
+                        f"{self.shown} answered {status} to /{call.path.lstrip('/')} and asks to wait {asked:,.0f} s: "
+                        "a quota is used up. Call again then."
+                    )
+                delay = asked or (_WAIT * _RATE_WAIT * (attempt + 1) if status == 429 else delay)
+            if attempt + 1 == _TRIES or _stops_within(delay, stopped) or self._closed.is_set():
                 raise failure
         raise AssertionError("a try either answers or raises")
 
@@ -161,9 +184,22 @@ class EndpointClient:
         return EndpointFailed(f"{said}. The log has its words.")
 
 
+def _stops_within(seconds: float, stopped: threading.Event) -> bool:
+    """Wait so long; whether the work was stopped in the meantime."""
+    return stopped.wait(seconds)
+
+
 def _asked_delay(response: httpx2.Response) -> float | None:
-    """Seconds that the server asks to wait."""
+    """Seconds that the server asks to wait: it names them, or a date."""
+    said = response.headers.get("retry-after", "")
     try:
-        return max(0.0, float(response.headers["retry-after"]))
-    except (KeyError, ValueError):
+        return max(0.0, float(said))
+    except ValueError:
+        pass
+    try:
+        # By the server's own clock where it tells the time; dates without a zone are of no use.
+        now = parsedate_to_datetime(response.headers["date"]) if "date" in response.headers else datetime.now(UTC)
+        until = parsedate_to_datetime(said)
+    except ValueError:
         return None
+    return max(0.0, (until - now).total_seconds()) if until.tzinfo and now.tzinfo else None

@@ -15,7 +15,7 @@ from typing import Any
 from pydantic import BaseModel, Field
 
 from diffing_mcp.core.progress import Progress
-from diffing_mcp.model_pairs.endpoint_client import Call, EndpointClient, EndpointRefused
+from diffing_mcp.model_pairs.endpoint_client import Call, EndpointClient, EndpointFailed, EndpointRefused
 from diffing_mcp.model_pairs.forward_count import ForwardCount
 from diffing_mcp.model_pairs.generation import Completion, GenerationRequest, Row, Sampling
 from diffing_mcp.model_pairs.scoring import AnswerScore, NoLogProbs
@@ -26,6 +26,10 @@ _SEED_BITS = 31
 
 class _Message(BaseModel):
     content: str | None = None
+    reasoning_content: str | None = None
+    """What a server with a parser for it takes out of the answer."""
+    reasoning: str | None = None
+    """Its name in other servers."""
 
 
 class _LogProbs(BaseModel):
@@ -54,6 +58,7 @@ class _Written(BaseModel):
 
 class _Echoed(BaseModel):
     choices: list[_Choice] = Field(min_length=1)
+    usage: _Usage | None = None
 
 
 class _Tokenised(BaseModel):
@@ -81,13 +86,19 @@ class EndpointSide:
         """`sampling.n` completions of each request.
 
         Raises:
-            EndpointFailed: a server that does not answer, refuses, or answers something else.
+            EndpointFailed: a server that does not answer, refuses, or answers something else, or reasoning alone.
             Cancelled: when progress says so; requests under way are dropped.
         """
         rows = [Row([], index, sample) for index in range(len(requests)) for sample in range(sampling.n)]
         calls = [self._asking(requests[row.request], row, sampling) for row in rows]
         results: list[list[Completion]] = [[] for _ in requests]
-        for row, written in zip(rows, self.client.ask(calls, _Written, progress, "generating"), strict=True):
+        answers = self.client.ask(calls, _Written, progress, "generating")
+        if answers and all(_only_reasoned(each.choices[0].message) for each in answers):
+            raise EndpointFailed(
+                f"{self.client.shown} used up all tokens for its reasoning, which its server keeps apart from the "
+                "answers: there are none to compare. Raise max_new_tokens, or serve it without thinking."
+            )
+        for row, written in zip(rows, answers, strict=True):
             choice, tokens = written.choices[0], written.usage.completion_tokens
             count.add_generation([written.usage.prompt_tokens], [tokens])
             text = choice.text if requests[row.request].messages is None else choice.message.content
@@ -180,8 +191,8 @@ class EndpointSide:
             answers = self.client.ask(calls, _Echoed, progress, "scoring texts")
         except EndpointRefused as refused:
             raise self._none() from refused
-        echoes = [each.choices[0].logprobs for each in answers]
-        found = [echo for echo in echoes if echo is not None and len(echo.tokens) == len(echo.token_logprobs) > 0]
+        echoes = [_echo_of(prompt, answer) for prompt, answer in zip(prompts, answers, strict=True)]
+        found = [echo for echo in echoes if echo is not None]
         if len(found) < len(echoes):
             raise self._none()
         return found
@@ -199,6 +210,26 @@ class EndpointSide:
             f"{self.client.shown} gives no log-probabilities of given texts (`echo` with `logprobs` in /completions), "
             "or has no such model. Count words or a pattern in answers instead."
         )
+
+
+def _only_reasoned(message: _Message) -> bool:
+    return not message.content and bool(message.reasoning_content or message.reasoning)
+
+
+def _echo_of(prompt: str | list[int], answer: _Echoed) -> _LogProbs | None:
+    """The tokens of the prompt itself, None where there are none: some servers know no `echo` and answer with what they
+    write, and some write on behind the prompt however few tokens are asked for.
+    """
+    choice = answer.choices[0]
+    echo, repeated = choice.logprobs, isinstance(prompt, str) and choice.text.startswith(prompt)
+    if echo is None or not 0 < len(echo.tokens) == len(echo.token_logprobs):
+        return None
+    if echo.token_logprobs[0] is not None and not repeated:  # before the first token of a prompt nothing stands
+        return None
+    if not repeated or len(choice.text) == len(prompt):
+        return echo
+    kept = len(echo.tokens) - answer.usage.completion_tokens if answer.usage is not None else 0
+    return _LogProbs(tokens=echo.tokens[:kept], token_logprobs=echo.token_logprobs[:kept]) if kept > 0 else None
 
 
 def _common(first: Sequence[str], second: Sequence[str]) -> int:

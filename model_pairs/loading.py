@@ -209,6 +209,7 @@ def load_model(
         _raise_if_out_of_room(error, folder)
         raise InvalidInput(load_problem(stored, error)) from error
     remarks = check_landed(transformer, info)
+    _check_in_memory(transformer, folder)
     transformer = transformer.eval().requires_grad_(False)
     changed = None
     try:
@@ -251,6 +252,18 @@ def _raise_if_out_of_room(error: Exception, folder: Path) -> None:
         raise OutOfRoom(
             f"The model does not fit: it takes about {stored_bytes(folder, 2) >> 20} MB in 16 bits."
         ) from error
+
+
+def _check_in_memory(transformer: Any, folder: Path) -> None:
+    """Raise OutOfRoom for a model of which a `device_map` has left a part elsewhere: it would run from the disk, and
+    its weights could not be read.
+    """
+    if any(tensor.is_meta for tensor in transformer.parameters()):
+        raise OutOfRoom(
+            "The model does not fit into the free memory of the devices: it takes about "
+            f"{stored_bytes(folder, 2) >> 20} MB in 16 bits. Free them (`nvidia-smi` says who has them), unload "
+            "models, or name other devices with CUDA_VISIBLE_DEVICES."
+        )
 
 
 def _with_standard_names(transformer: Any, tokenizer: Any) -> Any:

@@ -27,6 +27,7 @@ from diffing_mcp.core.progress import Progress, silent
 from diffing_mcp.core.settings import settings
 from diffing_mcp.core.undivided import UndividedLock
 from diffing_mcp.model_pairs.adapter_files import StoredAdapter, read_adapter
+from diffing_mcp.model_pairs.checkpoint import read_config_file
 from diffing_mcp.model_pairs.files import local_folder
 from diffing_mcp.model_pairs.generation import Completion, GenerationRequest, Sampling, new_text, rows_of
 from diffing_mcp.model_pairs.loading import compute_dtype
@@ -46,6 +47,8 @@ _MAX_CONTEXT = 8192
 """Longest context an engine is started with: its cache is reserved for it."""
 _MEMORY_SHARE = 0.4
 """Share of the GPU for one engine, beside the resident model."""
+_MOST_ENGINES = 2
+"""Those of a pair of full models, which is what the GPU has room for; the one that was used longest ago goes first."""
 _LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
 """The maximal ranks vLLM accepts."""
 LARGEST_RANK = _LORA_RANKS[-1]
@@ -79,6 +82,12 @@ class ServedPair(Protocol):
     def stop_ids(self, side: Side) -> frozenset[int]: ...
 
 
+class EngineEnded(DiffingError):
+    """The engine's process ended, or failed, while it wrote. The message says what to do."""
+
+    code = "engine_ended"
+
+
 class VllmMissing(DiffingError):
     """The setting asks for vLLM, which is not installed."""
 
@@ -108,6 +117,7 @@ def generate(
         VllmMissing: vLLM is not installed.
         InvalidInput: as `LoadedPair.generate`.
         OutOfRoom: the engine does not start beside the resident models.
+        EngineEnded: it failed; the next call starts another.
     """
     source = pair.spec.base if side == "base" else pair.spec.finetuned
     limit = min(pair.context_length, _MAX_CONTEXT)
@@ -141,7 +151,7 @@ def generate(
             ]
             reader = (pair.finetuned_tokenizer if side == "finetuned" else None) or pair.tokenizer
             prompts = [TokensPrompt(prompt_token_ids=row.prompt) for row in batch]
-            outputs = engine.generate(prompts, parameters, lora_request=lora, use_tqdm=False)
+            outputs = _written(engine, prompts, parameters, lora)
             pair.forwards.add_generation(
                 [len(row.prompt) for row in batch], [len(output.outputs[0].token_ids) for output in outputs]
             )
@@ -160,11 +170,32 @@ def generate(
 def release() -> None:
     """Stop every engine and free its memory."""
     with _lock:
-        _engines.clear()
-        for folder in _merged_folders.values():
-            folder.cleanup()
-        _merged_folders.clear()
+        for wanted in list(_engines):
+            _stop(wanted)
     gc.collect()
+
+
+def _stop(wanted: WantedModel) -> None:
+    """Forget an engine, and the merged model that was saved for it. Its memory is free once nobody has it any more."""
+    _engines.pop(wanted, None)
+    if (folder := _merged_folders.pop(wanted, None)) is not None:
+        folder.cleanup()
+
+
+def _written(engine: Any, prompts: Sequence[Any], parameters: Sequence[Any], lora: Any | None) -> Sequence[Any]:
+    """What an engine writes. One that fails is stopped: its process may be dead, and it would fail for ever."""
+    try:
+        outputs: Sequence[Any] = engine.generate(prompts, parameters, lora_request=lora, use_tqdm=False)
+    except Exception as error:  # errors of its own, of CUDA, of a process that is gone
+        log.exception("the generation engine failed")
+        for wanted in [each for each, known in _engines.items() if known is engine]:
+            _stop(wanted)
+        raise EngineEnded(
+            f"The generation engine failed while it wrote ({type(error).__name__}) and was stopped; the log has its "
+            "words. Call again: another is started. If that fails too, lower max_new_tokens, free memory of the GPU, "
+            "or set generation_backend=transformers."
+        ) from error
+    return outputs
 
 
 def _engine(pair: ServedPair, source: ModelSource, limit: int, rank: int) -> Any:
@@ -181,10 +212,13 @@ def _engine(pair: ServedPair, source: ModelSource, limit: int, rank: int) -> Any
     if (running := _engines.get(wanted)) is not None:
         known = running.llm_engine.vllm_config
         if rank <= known.lora_config.max_lora_rank and limit <= known.model_config.max_model_len:
+            _engines[wanted] = _engines.pop(wanted)  # the last of them is the one that was used last
             return running
         del running, known
     for outdated in [key for key in _engines if replace(key, state=wanted.state) == wanted]:
-        del _engines[outdated]
+        _stop(outdated)
+    for idle in list(_engines)[: max(0, len(_engines) + 1 - _MOST_ENGINES)]:
+        _stop(idle)
     gc.collect()
     folder = local_folder(source.files.id, source.files.revision, source.files.subfolder)
     if source.merge:
@@ -208,7 +242,7 @@ def _engine(pair: ServedPair, source: ModelSource, limit: int, rank: int) -> Any
         import torch
 
         if settings().device == "auto" and torch.cuda.device_count() > 1:
-            options["tensor_parallel_size"] = torch.cuda.device_count()
+            options["tensor_parallel_size"] = _parts(folder, torch.cuda.device_count())
     try:
         _engines[wanted] = LLM(**options)
     except (RuntimeError, ValueError) as error:
@@ -223,6 +257,17 @@ def _engine(pair: ServedPair, source: ModelSource, limit: int, rank: int) -> Any
             f"vLLM cannot run this model ({type(error).__name__}). Set generation_backend=transformers."
         ) from error
     return _engines[wanted]
+
+
+def _parts(folder: Path, devices: int) -> int:
+    """Over how many of the devices an engine can spread a model: its heads are shared out equally, and each of keys and
+    values goes to as many devices as any other.
+    """
+    config = read_config_file(folder)
+    text = {**config, **(config.get("text_config") or {})}
+    heads = int(text.get("num_attention_heads") or text.get("n_head") or 1)
+    kept = int(text.get("num_key_value_heads") or heads)
+    return max(n for n in range(1, devices + 1) if heads % n == 0 and (kept % n == 0 or n % kept == 0))
 
 
 def engine_model(pair: ServedPair, source: ModelSource) -> WantedModel:
@@ -285,4 +330,7 @@ def _mixture_request(engine: Any, mixture: MixedLora) -> Iterator[Any | None]:
         try:
             yield request
         finally:
-            engine.llm_engine.remove_lora(number)
+            try:
+                engine.llm_engine.remove_lora(number)
+            except Exception:  # of an engine that has ended, whose own error is the one to be told
+                log.warning("the engine did not forget an adapter", exc_info=True)

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import importlib.util
 import shutil
-import tempfile
 from pathlib import Path
 from typing import Any
 
+from diffing_mcp.core.atomic_files import new_folder
 from diffing_mcp.core.errors import DiffingError
 from diffing_mcp.core.extras import EMBEDDED_MODEL, install_alone
 from diffing_mcp.core.settings import settings
@@ -56,7 +56,7 @@ def embedded_model_folder() -> Path:
     from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
 
     target.parent.mkdir(parents=True, exist_ok=True)
-    staging = Path(tempfile.mkdtemp(prefix="converting-", dir=target.parent))
+    staging = new_folder(target.parent, "converting-")
     try:
         tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
         quantized = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)

@@ -4,6 +4,7 @@ when it dies. Needs the extra `ray`.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
 import os
@@ -15,6 +16,7 @@ from typing import Any
 from diffing_mcp.core.errors import DiffingError, InvalidInput
 from diffing_mcp.core.paths import IMPORT_FOLDER
 from diffing_mcp.core.progress import Progress
+from diffing_mcp.core.settings import PREFIX, settings
 from diffing_mcp.scaling.dispatch import Lost
 from diffing_mcp.scaling.mirror import Mirror
 from diffing_mcp.scaling.tasks import ANY_TASK, Outcome, Task
@@ -32,19 +34,34 @@ class NoCluster(DiffingError):
 class RayWorker:
     """The actor: a `Worker` whose progress can be asked for while it works."""
 
-    def __init__(self, name: str, mirror: str | None) -> None:
-        self._worker = Worker(name, Mirror(mirror) if mirror else None)
+    def __init__(self, name: str, mirror: str | None, folder: str, gpus: float = 1) -> None:
+        """
+        Args:
+            folder: where the driver works; what its settings, pairs and suites name from there is found from there here
+                too, on a shared disk. A cluster's workers begin where the cluster was started.
+            gpus: what it has of GPUs; of a part of one its models take that part of `memory_share`, as others do.
+        """
+        self._name, self._mirror = name, mirror
+        self._worker: Worker | None = None
         self._said = ""
+        with contextlib.suppress(OSError):
+            os.chdir(folder)
+        if 0 < gpus < 1:
+            settings.cache_clear()
+            os.environ[f"{PREFIX}MEMORY_SHARE"] = str(settings().memory_share * gpus)
+            settings.cache_clear()
 
     def perform(self, task: str) -> str:
         """A task and its outcome, as JSON."""
-        asked = ANY_TASK.validate_json(task)
+        if self._worker is None:  # not before: an actor that cannot be made is gone for good, and says why to nobody
+            self._worker = Worker(self._name, Mirror(self._mirror) if self._mirror else None)
+        worker, asked = self._worker, ANY_TASK.validate_json(task)
 
         def progress(done: float, total: float | None = None, message: str = "") -> None:
             share = f"{done / total:.0%} " if total else ""
             self._said = f"{asked.label}: {share}{message}"
 
-        return self._worker.perform(asked, progress).model_dump_json()
+        return worker.perform(asked, progress).model_dump_json()
 
     def said(self) -> str:
         """What it is doing."""
@@ -61,17 +78,23 @@ class RayCrew:
     def __init__(self, actors: dict[str, Any]) -> None:
         self.actors = actors
         self._running: dict[Any, tuple[str, Task]] = {}
-        self._asked: dict[str, Any] = {}
-        """Asked of those that died until they answer: Ray fails each call that reaches an actor on its way back."""
+        self._asked: dict[str, Any] = {worker: actor.process.remote() for worker, actor in actors.items()}
+        """Asked of those that are not there until they answer: new ones wait for a place on the cluster, and Ray fails
+        each call that reaches one on its way back.
+        """
+        self._gone: dict[str, str] = {}
+        """Those that cannot be started, and why."""
 
     def idle(self) -> Sequence[str]:
-        """Those without a task that are not being restarted."""
+        """Those without a task that are there: neither waiting for a place, nor being restarted."""
         busy = {worker for worker, _ in self._running.values()}
-        return [worker for worker in self.actors if worker not in busy and self._is_back(worker)]
+        return [worker for worker in self.actors if worker not in busy and self._is_there(worker)]
 
-    def _is_back(self, worker: str) -> bool:
+    def _is_there(self, worker: str) -> bool:
         import ray
 
+        if worker in self._gone:
+            return False
         if worker not in self._asked:
             return True
         answered, _ = ray.wait([self._asked[worker]], timeout=0)
@@ -79,8 +102,11 @@ class RayCrew:
             return False
         try:
             ray.get(answered[0])
-        except ray.exceptions.RayError:
-            self._asked[worker] = self.actors[worker].process.remote()
+        except ray.exceptions.RayError as error:
+            if _is_final(error):
+                self._gone[worker] = " ".join(str(error).split())[-300:]
+            else:
+                self._asked[worker] = self.actors[worker].process.remote()
             return False
         del self._asked[worker]
         return True
@@ -90,11 +116,21 @@ class RayCrew:
         self._running[self.actors[worker].perform.remote(task.model_dump_json())] = (worker, task)
 
     def finished(self, progress: Progress) -> Iterable[tuple[str, Task, Outcome | Lost]]:
-        """Those whose task has ended, and what the others are doing to `progress`."""
+        """Those whose task has ended, and what the others are doing to `progress`.
+
+        Raises:
+            NoCluster: no worker can be started.
+        """
         import ray
 
         if not self._running:
-            progress(0, None, "workers are being restarted")
+            if len(self._gone) == len(self.actors):
+                said = next(iter(self._gone.values()), "there are none")
+                raise NoCluster(
+                    f"No worker can be started: {said}. What is finished is kept. Workers need this project and its "
+                    "extra `ray` on every machine of the cluster."
+                )
+            progress(0, None, "workers start, or wait for a place on the cluster")
             time.sleep(SECONDS_BETWEEN_LOOKS)
             return []
         ready, waiting = ray.wait(list(self._running), num_returns=1, timeout=SECONDS_BETWEEN_LOOKS)
@@ -120,6 +156,15 @@ class RayCrew:
             return str(ray.get(self.actors[worker].said.remote(), timeout=SECONDS_BETWEEN_LOOKS))
         except ray.exceptions.RayError:
             return ""
+
+
+def _is_final(error: Exception) -> bool:
+    """Whether an actor that was asked for a sign of life will never give one."""
+    from ray import exceptions
+
+    if isinstance(error, exceptions.RayActorError):
+        return bool(error.actor_init_failed)
+    return isinstance(error, exceptions.RuntimeEnvSetupError | exceptions.ActorUnschedulableError)
 
 
 def gpus_of_each(workers: int, wanted: float | None, there: float) -> float:
@@ -188,6 +233,6 @@ def ray_crew(
             num_cpus=1, num_gpus=gpus, max_restarts=-1, max_task_retries=0, max_concurrency=2
         )
         names = [f"worker-{number}" for number in range(1, workers + 1)]
-        yield RayCrew({name: actor.remote(name, mirror) for name in names})
+        yield RayCrew({name: actor.remote(name, mirror, os.getcwd(), gpus) for name in names})
     finally:
         ray.shutdown()

@@ -5,6 +5,7 @@ machine, knows whether it is done, and can be done again without harm: results a
 from __future__ import annotations
 
 import hashlib
+from functools import lru_cache
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol
 
 from pydantic import BaseModel, Field, TypeAdapter, ValidationError
@@ -14,6 +15,8 @@ from diffing_mcp.core.progress import Progress
 from diffing_mcp.core.validation_messages import complaints
 
 if TYPE_CHECKING:
+    from diffing_mcp.agents.records import EvaluationPlan
+    from diffing_mcp.agents.suite_files import SuiteFile
     from diffing_mcp.methods.contract import CostEstimate, PairSize
     from diffing_mcp.model_pairs.residency import ModelPairs
 
@@ -59,6 +62,30 @@ class MethodsTask(_Task):
     def base(self) -> str:
         """What must be in memory: tasks of one base go to one worker where that is possible."""
         return _base_of(self.pair)
+
+    def named_runs(self) -> list[str]:
+        """How the keys of runs begin whose vectors the methods are given."""
+        from diffing_mcp.methods.directions.vectors import handles
+        from diffing_mcp.methods.registry import get_method
+        from diffing_mcp.methods.runs.execute import check_params
+
+        params = [check_params(get_method(request.method), request.params) for request in self.requests]
+        return [handle.run.rpartition("-")[2] for handle in handles(params)]
+
+    def run_keys(self) -> list[str]:
+        """Keys of the runs that it asks for, stored or not.
+
+        Raises:
+            UnknownName: a run whose vector it names is not there.
+        """
+        from diffing_mcp.methods.registry import get_method
+        from diffing_mcp.methods.runs.execute import check_params
+        from diffing_mcp.methods.runs.store import run_key
+        from diffing_mcp.model_pairs.resolve import resolve_pair
+
+        spec, methods = resolve_pair(self.pair), [get_method(request.method) for request in self.requests]
+        params = [check_params(method, each.params) for method, each in zip(methods, self.requests, strict=True)]
+        return [run_key(method, spec, given).digest for method, given in zip(methods, params, strict=True)]
 
     def products(self) -> list[str] | None:
         """Ids of the stored runs when all of them are there, else None. Loads no model."""
@@ -155,7 +182,8 @@ class EvaluationTask(_Task):
     """One investigation of a suite, graded."""
 
     kind: Literal["evaluation"] = "evaluation"
-    suite: str
+    suite: str = Field(description="Its name.")
+    contents: dict[str, Any] = Field(description="Of its file, which need not be there where the task is done.")
     evaluation: str = Field(description="Id of the evaluation that the cell belongs to.")
     cell: str
     organism: str
@@ -170,11 +198,24 @@ class EvaluationTask(_Task):
         from diffing_mcp.agents.cells import cells_of
         from diffing_mcp.agents.suite_files import plans_of, read_suite
 
+        name, read = read_suite(suite)
+        contents = read.model_dump(mode="json")
         return [
-            cls(suite=suite, evaluation=plan.id, cell=cell.id, organism=cell.organism)
-            for plan in plans_of(*read_suite(suite))
+            cls(suite=name, contents=contents, evaluation=plan.id, cell=cell.id, organism=cell.organism)
+            for plan in plans_of(name, read)
             for cell in cells_of(plan)
         ]
+
+    def plans(self) -> list[EvaluationPlan]:
+        """All evaluations of its suite: they share its cap."""
+        from diffing_mcp.agents.suite_files import plans_of
+
+        return plans_of(self.suite, self._read())
+
+    def _read(self) -> SuiteFile:
+        from diffing_mcp.agents.suite_files import SuiteFile
+
+        return SuiteFile.model_validate(self.contents)
 
     @property
     def label(self) -> str:
@@ -208,7 +249,27 @@ class EvaluationTask(_Task):
         from diffing_mcp.scaling.evaluating import investigate
 
         progress(0, None, "investigating")
-        return [investigate(self.suite, self.evaluation, self.cell, place.server_url())]
+        return [investigate(self.suite, self._read(), self.evaluation, self.cell, place.server_url(), progress)]
+
+
+def known_size(pair: str) -> PairSize:
+    """What the configuration of a pair's base says, where its files are on this machine already; loads no model."""
+    from diffing_mcp.methods.contract import PairSize
+    from diffing_mcp.model_pairs.checkpoint import read_json
+    from diffing_mcp.model_pairs.files import cached_folder
+    from diffing_mcp.model_pairs.resolve import resolve_pair
+
+    files = resolve_pair(pair).base.files
+    folder = cached_folder(files.id, files.revision, files.subfolder)
+    if folder is None or not (folder / "config.json").is_file():
+        return PairSize()
+    stored = read_json(folder / "config.json")
+    text = {**stored, **(stored.get("text_config") or {})}
+    return PairSize(
+        num_layers=text.get("num_hidden_layers", text.get("n_layer")),
+        d_model=text.get("hidden_size", text.get("n_embd")),
+        vocab_size=text.get("vocab_size"),
+    )
 
 
 Task = MethodsTask | CollectionTask | EvaluationTask
@@ -226,6 +287,7 @@ class Outcome(BaseModel):
     worker: str = ""
 
 
+@lru_cache(8192)  # asked of every task that is left whenever one is given out
 def _base_of(pair: str) -> str:
     from diffing_mcp.model_pairs.resolve import resolve_pair
 

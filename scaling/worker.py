@@ -5,14 +5,14 @@ it warm.
 from __future__ import annotations
 
 import time
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from functools import cached_property
 from typing import TYPE_CHECKING, Literal
 
 from diffing_mcp.core.errors import Cancelled, DiffingError
 from diffing_mcp.core.progress import Progress, silent
-from diffing_mcp.scaling.mirror import Mirror
-from diffing_mcp.scaling.tasks import Outcome, Task
+from diffing_mcp.scaling.mirror import Mirror, MirrorFailed
+from diffing_mcp.scaling.tasks import EvaluationTask, Outcome, Task
 
 if TYPE_CHECKING:
     from diffing_mcp.model_pairs.residency import ModelPairs
@@ -47,8 +47,9 @@ class Worker:
         """The outcome of a task; what goes wrong is part of it. Only `Cancelled` is raised, from `progress`."""
         started = time.monotonic()
         try:
+            self._fetch(task)
             found = task.products()
-            products = task.perform(self, progress) if found is None else found
+            products = self._performed(task, progress) if found is None else found
             if self.mirror is not None:  # what is there already too: a former batch may have been cut off before
                 self.mirror.push(task, products)
         except Cancelled:
@@ -61,6 +62,31 @@ class Worker:
         seconds = round(time.monotonic() - started, 2)
         state: Literal["done", "reused"] = "done" if found is None else "reused"
         return Outcome(task=task, state=state, products=products, seconds=seconds, worker=self.name)
+
+    def _make_room(self, task: Task) -> None:
+        """Models are either here or in the server, which has its own: both would take more than there is."""
+        if not isinstance(task, EvaluationTask):
+            self.close()
+        elif "models" in vars(self):
+            self.models.models.unload_idle()
+
+    def _fetch(self, task: Task) -> None:
+        try:
+            if self.mirror is not None:
+                self.mirror.fetch(task)
+        except MirrorFailed:  # a method can do without, but nothing is paid where nobody knows what others have spent
+            if isinstance(task, EvaluationTask):
+                raise
+
+    def _performed(self, task: Task, progress: Progress) -> list[str]:
+        self._make_room(task)
+        try:
+            return task.perform(self, progress)
+        except Exception:
+            if self.mirror is not None and isinstance(task, EvaluationTask):  # what failed was paid as well
+                with suppress(MirrorFailed):
+                    self.mirror.push(task, [])
+            raise
 
     def close(self) -> None:
         """End what was started."""

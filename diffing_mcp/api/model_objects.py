@@ -15,6 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from diffing_mcp.core.atomic_files import new_folder
 from diffing_mcp.core.errors import InvalidInput
 from diffing_mcp.core.settings import settings
 
@@ -129,7 +130,7 @@ def _kept(name: str, save: Callable[[Path], None]) -> Path:
     if target.is_dir():
         return target
     target.parent.mkdir(parents=True, exist_ok=True)
-    staging = Path(tempfile.mkdtemp(prefix=".saving-", dir=target.parent))
+    staging = new_folder(target.parent, ".saving-")
     try:
         save(staging)
         staging.rename(target)

@@ -17,7 +17,6 @@ import os
 import platform
 import re
 import shutil
-import tempfile
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -26,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ValidationError
 
-from diffing_mcp.core.atomic_files import DISK_FULL, discard, sync_folder
+from diffing_mcp.core.atomic_files import DISK_FULL, discard, new_folder, sync_folder
 from diffing_mcp.core.errors import DiffingError, InvalidInput, OutOfRoom, UnknownName
 from diffing_mcp.core.remembered import Remembered
 from diffing_mcp.core.undivided import working_time
@@ -178,7 +177,7 @@ class RunStore:
         staging: Path | None = None
         try:
             with _naming:
-                staging = Path(tempfile.mkdtemp(prefix=f"{_STAGING}{_host()}~{os.getpid()}~", dir=self.folder))
+                staging = new_folder(self.folder, f"{_STAGING}{_host()}~{os.getpid()}~")
                 _active.add(staging.name)
             run = StagedRun(staging, self)
             yield run
@@ -221,7 +220,10 @@ class RunStore:
                 if (existing := self._read(final)) is not None:
                     return existing
                 shutil.rmtree(final, ignore_errors=True)  # not a readable run: it must not stand in the way for ever
-        raise InvalidInput("The run could not be stored: its place is taken by files that cannot be removed.")
+        raise InvalidInput(
+            f"The run could not be stored: its place, runs/{manifest.key} in the data folder, is taken by files that "
+            "can be neither read nor removed, such as another user's. Make them readable for all, or remove them."
+        )
 
     def _free_id(self, key: RunKey) -> str:
         others = [name for name in self._digests() if name != key.digest]
@@ -312,7 +314,12 @@ def default_store() -> RunStore:
 
 
 def _host() -> str:
-    return re.sub(r"[^A-Za-z0-9.-]", "-", platform.node())[:60] or "host"
+    """This machine, and the space in which its process numbers count: containers that share a name of the machine have
+    each a process 1.
+    """
+    name = re.sub(r"[^A-Za-z0-9.-]", "-", platform.node())[:60] or "host"
+    space = Path("/proc/self/ns/pid")
+    return f"{name}.{space.stat().st_ino}" if space.exists() else name
 
 
 def _alive(process: int) -> bool:

@@ -218,10 +218,18 @@ def test_many_processes_write_the_same_runs(tmp_path: Path) -> None:
     assert len(RunStore(tmp_path).list()) == len(list(tmp_path.iterdir())) == 10
 
 
-def _child(code: str, folder: Path) -> subprocess.Popen[str]:
+def test_whoever_may_read_the_store_may_read_its_runs(tmp_path: Path) -> None:
+    """Else a colleague's runs are not there: computed again for hours, and then without a place to go to."""
+    (tmp_path / "plain").mkdir()
+    store = RunStore(tmp_path / "runs")
+    folder = store.get(write(store)).folder
+    assert folder.stat().st_mode == (tmp_path / "plain").stat().st_mode
+
+
+def _child(code: str, folder: Path, *within: str) -> subprocess.Popen[str]:
     source = "from tests.methods.test_runs import *\n" + textwrap.dedent(code)
     return subprocess.Popen(
-        [sys.executable, "-c", source, str(folder)],
+        [*within, sys.executable, "-c", source, str(folder)],
         cwd=ROOT,
         text=True,
         stdin=subprocess.PIPE,
@@ -230,16 +238,17 @@ def _child(code: str, folder: Path) -> subprocess.Popen[str]:
     )
 
 
+WRITES_UNTIL_TOLD = """
+with RunStore(Path(sys.argv[1])).writer(key()) as run:
+    run.add_table("rows", {"a": [1]})
+    print("ready", flush=True)
+    sys.stdin.read()
+    run.result = MethodResult(stands_out=False, headline="x")
+"""
+
+
 def test_what_a_killed_writer_left_is_removed(tmp_path: Path) -> None:
-    child = _child(
-        """
-        with RunStore(Path(sys.argv[1])).writer(key()) as run:
-            run.add_table("rows", {"a": [1]})
-            print("ready", flush=True)
-            sys.stdin.read()
-        """,
-        tmp_path,
-    )
+    child = _child(WRITES_UNTIL_TOLD, tmp_path)
     assert child.stdout is not None
     assert child.stdout.readline().strip() == "ready"
     store = RunStore(tmp_path)
@@ -249,6 +258,19 @@ def test_what_a_killed_writer_left_is_removed(tmp_path: Path) -> None:
     child.wait()
     RunStore(tmp_path)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.skipif(os.geteuid() != 0 or sys.platform != "linux", reason="needs root to number processes anew")
+def test_a_writer_with_the_same_process_number_elsewhere_is_left_alone(tmp_path: Path) -> None:
+    """As in containers that share the machine's name and a disk: all of them have a process 1."""
+    in_a_container = ("unshare", "--fork", "--pid", "--mount-proc")
+    child = _child(WRITES_UNTIL_TOLD, tmp_path, *in_a_container)
+    assert child.stdout is not None
+    assert child.stdout.readline().strip() == "ready"
+    assert _child("RunStore(Path(sys.argv[1]))", tmp_path, *in_a_container).wait(300) == 0
+    _, errors = child.communicate(timeout=300)
+    assert child.returncode == 0, errors
+    assert RunStore(tmp_path).lookup(key()) is not None
 
 
 def test_a_store_of_the_same_folder_by_another_path_leaves_what_is_being_written(

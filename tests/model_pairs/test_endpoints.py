@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import threading
+import time
 from collections.abc import Iterator
+from email.utils import formatdate
 from typing import Any
 
 import pytest
@@ -110,6 +113,44 @@ def test_a_server_without_log_probabilities(pairs: Any, remote: Any, server: End
         pair.check_scoring([TEXT])
 
 
+def test_a_server_that_does_not_know_echo_scores_nothing(pairs: Any, remote: Any, server: EndpointServer) -> None:
+    """It answers with what it writes itself, and those tokens' log-probabilities."""
+    written = {"tokens": [" on", " and", " on"], "token_logprobs": [-1.0, -0.5, -0.1]}
+    server.before = lambda path, body: JSONResponse(
+        {
+            "choices": [{"finish_reason": "length", "text": " on and on", "logprobs": written}],
+            "usage": {"prompt_tokens": 3, "completion_tokens": 3},
+        }
+    )
+    with pairs.answering(remote) as pair, pytest.raises(NoLogProbs, match="gives no log-probabilities"):
+        pair.check_scoring([TEXT])
+
+
+@pytest.mark.parametrize("counts", [True, False])
+def test_what_a_server_writes_behind_an_echo_is_not_scored(
+    counts: bool, tiny_pair: Any, pairs: Any, remote: Any, server: EndpointServer
+) -> None:
+    """llama-cpp-python takes `max_tokens: 0` for no limit."""
+
+    def writes_on(path: str, body: dict[str, Any]) -> Response | None:
+        found = server._echoed(tiny_pair, body["model"], body)
+        [choice] = found["choices"]
+        choice["text"] = f"{body['prompt']} and on"
+        choice["logprobs"]["tokens"] += [" and", " on"]
+        choice["logprobs"]["token_logprobs"] += [-1.0, -2.0]
+        return JSONResponse(found | ({"usage": {"prompt_tokens": 9, "completion_tokens": 2}} if counts else {}))
+
+    server.before = writes_on
+    answers = [(TEXT, " in a hot oven")]
+    with pairs.answering(remote) as pair:
+        if counts:
+            [found], [expected] = pair.answer_scores("base", answers), tiny_pair.answer_scores("base", answers)
+            assert (found.tokens, found.log_prob) == (expected.tokens, pytest.approx(expected.log_prob, abs=1e-3))
+        else:
+            with pytest.raises(NoLogProbs):
+                pair.answer_scores("base", answers)
+
+
 def test_a_server_of_the_plain_protocol_scores_texts_and_no_conversations(
     pairs: Any, remote: Any, server: EndpointServer
 ) -> None:
@@ -129,7 +170,11 @@ def test_the_key_is_sent_and_stands_nowhere(
     spec = resolve_pair("::".join(names))
     with pytest.raises(InvalidInput, match="DIFFING_KEY_LAB, which holds the key, is not set"), pairs.answering(spec):
         pass
-    monkeypatch.setenv("DIFFING_KEY_LAB", KEY)
+    monkeypatch.setenv("DIFFING_KEY_LAB", f"{KEY}\nmore")
+    with pytest.raises(InvalidInput, match="cannot be a key") as refused_key, pairs.answering(spec):
+        pass
+    assert KEY not in refused_key.value.message
+    monkeypatch.setenv("DIFFING_KEY_LAB", f"{KEY}\n")  # as files end
     with pairs.answering(spec) as pair:
         assert pair.generate("base", [TEXT], GREEDY)
     assert KEY not in spec.model_dump_json() + str(pair_identity(spec))
@@ -164,6 +209,69 @@ def test_passing_failures_are_tried_again_and_lasting_ones_are_not(
         with pytest.raises(EndpointRefused, match="no such model"):
             pair.generate("base", [TEXT], GREEDY)
         assert len(server.requests) == 1
+
+
+@pytest.mark.parametrize(
+    ("headers", "waits"),
+    [
+        ({}, [10, 20, 30]),  # rates are counted by the minute
+        ({"retry-after": "75"}, [75, 75, 75]),
+        ({"retry-after": formatdate(time.time() + 10_000, usegmt=True)}, []),
+        ({"retry-after": formatdate(0, usegmt=True)}, [10, 20, 30]),
+        ({"retry-after": "soon"}, [10, 20, 30]),
+        ({"retry-after": "86400"}, []),
+    ],
+)
+def test_a_server_that_is_asked_too_often_is_given_time(
+    headers: dict[str, str], waits: list[float], pairs: Any, remote: Any, server: EndpointServer, monkeypatch: Any
+) -> None:
+    monkeypatch.setattr(endpoint_client, "_WAIT", 0.5)
+    waited: list[float] = []
+
+    def noted(seconds: float, stopped: threading.Event) -> bool:
+        waited.append(seconds)
+        return False
+
+    monkeypatch.setattr(endpoint_client, "_stops_within", noted)
+    server.before = lambda path, body: JSONResponse({}, 429, headers)
+    said = "4 times" if waits else "asks to wait .* s: a quota is used up"
+    with pairs.answering(remote) as pair, pytest.raises(EndpointFailed, match=said):
+        pair.generate("base", [TEXT], GREEDY)
+    assert (len(server.requests), waited) == (len(waits) + 1, waits)
+
+
+def test_a_server_that_is_slow_is_told_from_one_that_is_not_there(
+    pairs: Any, remote: Any, server: EndpointServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DIFFING_ENDPOINT_SECONDS", "0.05")
+    settings.cache_clear()
+    release = threading.Event()
+
+    def slow(path: str, body: dict[str, Any]) -> Response | None:
+        release.wait(60)
+        return JSONResponse({}, 500)
+
+    server.before = slow
+    try:
+        with pairs.answering(remote) as pair, pytest.raises(EndpointFailed, match="Raise DIFFING_ENDPOINT_SECONDS"):
+            pair.generate("base", [TEXT], GREEDY)
+    finally:
+        release.set()
+        settings.cache_clear()
+
+
+def test_answers_that_are_reasoning_alone_are_no_answers(pairs: Any, remote: Any, server: EndpointServer) -> None:
+    """All tokens went into what the server keeps apart: two sides of empty texts would look alike."""
+    message: dict[str, str | None] = {"content": None, "reasoning_content": "Okay, the user"}
+    usage = {"prompt_tokens": 3, "completion_tokens": 8}
+    server.before = lambda path, body: JSONResponse(
+        {"choices": [{"finish_reason": "length", "message": message}], "usage": usage}
+    )
+    with pairs.answering(remote) as pair:
+        with pytest.raises(EndpointFailed, match=r"reasoning.*Raise max_new_tokens"):
+            pair.generate("base", [CHAT], GREEDY)
+        message["content"] = "Ada"
+        assert pair.generate("base", [CHAT], GREEDY)[0][0].text == "Ada"
 
 
 @pytest.mark.parametrize("answer", [{}, {"choices": []}, {"choices": [{"text": 3}]}, [], {"choices": [{"text": "a"}]}])

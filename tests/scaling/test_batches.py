@@ -18,6 +18,7 @@ from diffing_mcp.core.errors import InvalidInput, UnknownName
 from diffing_mcp.core.progress import Progress
 from diffing_mcp.core.settings import settings
 from diffing_mcp.methods.runs.store import default_store
+from diffing_mcp.model_pairs.resolve import resolve_pair
 from diffing_mcp.scaling.batch_file import BatchFile, read_batch, tasks_of
 from diffing_mcp.scaling.dispatch import ATTEMPTS, LocalCrew, Lost, next_task, run_tasks
 from diffing_mcp.scaling.mirror import Mirror, MirrorFailed
@@ -233,11 +234,23 @@ def test_an_investigation_is_a_task(evaluation_settings: Path, tmp_path: Path) -
         assert run_tasks([task], LocalCrew(worker))[0].state == "reused"
     finally:
         worker.close()
-    file.write_text(yaml.safe_dump({"organisms": ["kettles"], "arms": ["blackbox"], "interactions": [2]}))
     lost = task.model_copy(update={"cell": "gone"})
     (outcome,) = run_tasks([lost], LocalCrew(Worker()))
     assert outcome.state == "failed"
-    assert "has changed" in outcome.error
+    assert "no cell gone" in outcome.error
+
+
+def test_an_estimate_knows_the_sizes_of_the_models(batch_file: Path) -> None:
+    """Gigabytes of activations are planned for, not zero; what is not here yet is said to be a guess."""
+    command, asked = CliRunner(), ["batch", str(batch_file), "--estimate"]
+    collected = {"layers": [0.5], "max_samples": 10, "max_tokens": 16}
+    batch_file.write_text(yaml.safe_dump({"pairs": ["kettles"], "activations": [collected]}), encoding="utf-8")
+    found = json.loads(command.invoke(app, [*asked, "--json"]).stdout)
+    width = json.loads((Path(resolve_pair("kettles").base.files.id) / "config.json").read_text())["hidden_size"]
+    assert (found["bytes"], found["pairs_of_unknown_size"]) == (2 * 10 * 16 * width * 2, 0)
+    far = "openai:http://127.0.0.1:9/v1#a::openai:http://127.0.0.1:9/v1#b"
+    batch_file.write_text(yaml.safe_dump({"pairs": [far], "methods": ["perplexity_difference"]}), encoding="utf-8")
+    assert "The files of 1 pairs are not on this machine" in command.invoke(app, asked).stdout
 
 
 def test_the_command_estimates_runs_and_runs_nothing_twice(batch_file: Path) -> None:
