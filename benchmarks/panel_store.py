@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+from diffing_mcp.agents.names import cell_id
 from diffing_mcp.agents.records import (
     Budget,
     EvaluationFolder,
@@ -15,7 +16,6 @@ from diffing_mcp.agents.records import (
     Message,
     RecordedFinding,
     ToolCall,
-    cell_id,
 )
 from diffing_mcp.methods.kl.schema import KLResult, Spread, TextRow, TokenMove, TokenRow
 from diffing_mcp.methods.runs.store import RunKey, RunManifest, RunStore

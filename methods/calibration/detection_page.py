@@ -114,8 +114,9 @@ def _set_aside(figures: Detection, nulls: int) -> list[Part]:
     if not figures.held_out:
         return ["No taught finetune that was set aside has been measured yet: nothing is known of new finetunes."]
     head = (
-        "Measured after statistics and the way in which they are taken together were settled. Levels and the curve of "
-        f"probabilities come from the others alone: {nulls} nulls, level p {needed_p(nulls):.3f}."
+        "Measured after the statistics were settled; the way in which they are taken together has changed once since, "
+        "by what the others show. Levels and the curve of probabilities come from the others alone: "
+        f"{nulls} nulls, level p {needed_p(nulls):.3f}."
     )
     return [head, Table(COLUMNS, [_cells(row) for row in figures.held_out]), *_reliability(figures)]
 

@@ -70,7 +70,12 @@ def test_nothing_is_copied_behind_the_last_token(
     """Keys and values of a prompt were copied for every sample of a single token, and thrown away."""
     kept: list[int] = []
     keep = decoding.Reader.keep
-    monkeypatch.setattr(decoding.Reader, "keep", lambda reader, rows: (kept.append(len(rows)), keep(reader, rows))[1])
+
+    def counted(reader: decoding.Reader, rows: torch.Tensor) -> None:
+        kept.append(len(rows))
+        keep(reader, rows)
+
+    monkeypatch.setattr(decoding.Reader, "keep", counted)
     with pairs.use(make_pair(tiny_models(), finetuned=tiny_models(seed=1))) as pair:
         pair.generate("base", requests(PROMPTS), Sampling(n=3, max_new_tokens=1))
         assert kept == []
