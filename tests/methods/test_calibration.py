@@ -314,7 +314,7 @@ def test_finetunes_are_trained_without_idle_models_beside_them(
     beside: list[int] = []
 
     def make(recipe: NullRecipe, *given: Any) -> Path:
-        beside.append(len(pairs.models.status()))
+        beside.append(sum(not model.in_use for model in pairs.models.status()))
         if recipe == trained:
             raise InvalidInput("not trained here")
         return make_null(recipe, *given)

@@ -118,6 +118,7 @@ def test_a_worker_with_a_part_of_a_gpu_takes_that_part_of_its_memory(
     gpus: float, share: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("DIFFING_MEMORY_SHARE", "0.8")
+    settings.cache_clear()
     try:
         RayWorker("one", None, ".", gpus)
         assert settings().memory_share == pytest.approx(share)
