@@ -180,19 +180,19 @@ class ResidentModels:
         idle = [key for key in found if not self._table[key].users]
         if not idle:
             raise InvalidInput(f"{name!r} is in use; wait until its work is done, or cancel that.")
-        freed = sum(self._table[key].bytes for key in idle)
-        for key in idle:
-            self._drop(key)
-        return freed
+        return self._drop_all(idle)
 
     def unload_idle(self) -> int:
         """Release all models that nobody uses now; returns the bytes freed."""
         with self._lock:
-            idle = [key for key, entry in self._table.items() if not entry.users]
-            freed = sum(self._table[key].bytes for key in idle)
-            for key in idle:
-                self._drop(key)
-            return freed
+            return self._drop_all([key for key, entry in self._table.items() if not entry.users])
+
+    def _drop_all(self, keys: Sequence[WantedModel]) -> int:
+        """Release these models; returns the bytes freed. Holds the table's lock."""
+        freed = sum(self._table[key].bytes for key in keys)
+        for key in keys:
+            self._drop(key)
+        return freed
 
     def _acquire(self, wanted: WantedModel, tokenizer: Any, stored: StoredAdapter | None, progress: Progress) -> _Entry:
         with self._lock:

@@ -17,7 +17,7 @@ from diffing_mcp.core.validation_messages import complaints
 if TYPE_CHECKING:
     from diffing_mcp.agents.records import EvaluationPlan
     from diffing_mcp.agents.suite_files import SuiteFile
-    from diffing_mcp.methods.contract import CostEstimate, PairSize
+    from diffing_mcp.methods.contract import CostEstimate, DiffingMethod, PairSize
     from diffing_mcp.model_pairs.residency import ModelPairs
 
 
@@ -66,11 +66,8 @@ class MethodsTask(_Task):
     def named_runs(self) -> list[str]:
         """How the keys of runs begin whose vectors the methods are given."""
         from diffing_mcp.methods.directions.vectors import handles
-        from diffing_mcp.methods.registry import get_method
-        from diffing_mcp.methods.runs.execute import check_params
 
-        params = [check_params(get_method(request.method), request.params) for request in self.requests]
-        return [handle.run.rpartition("-")[2] for handle in handles(params)]
+        return [handle.run.rpartition("-")[2] for handle in handles([params for _, params in self._checked()])]
 
     def run_keys(self) -> list[str]:
         """Keys of the runs that it asks for, stored or not.
@@ -78,14 +75,21 @@ class MethodsTask(_Task):
         Raises:
             UnknownName: a run whose vector it names is not there.
         """
-        from diffing_mcp.methods.registry import get_method
-        from diffing_mcp.methods.runs.execute import check_params
         from diffing_mcp.methods.runs.store import run_key
         from diffing_mcp.model_pairs.resolve import resolve_pair
 
-        spec, methods = resolve_pair(self.pair), [get_method(request.method) for request in self.requests]
-        params = [check_params(method, each.params) for method, each in zip(methods, self.requests, strict=True)]
-        return [run_key(method, spec, given).digest for method, given in zip(methods, params, strict=True)]
+        spec = resolve_pair(self.pair)
+        return [run_key(method, spec, params).digest for method, params in self._checked()]
+
+    def _checked(self) -> list[tuple[DiffingMethod[Any, Any], Any]]:
+        """The methods with their parameters, typed."""
+        from diffing_mcp.methods.registry import get_method
+        from diffing_mcp.methods.runs.execute import check_params
+
+        methods = [get_method(request.method) for request in self.requests]
+        return [
+            (method, check_params(method, each.params)) for method, each in zip(methods, self.requests, strict=True)
+        ]
 
     def products(self) -> list[str] | None:
         """Ids of the stored runs when all of them are there, else None. Loads no model."""
